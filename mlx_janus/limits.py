@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -89,6 +90,22 @@ def check_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise OptionError(f"{name} must be text (str), got {type(value).__name__}")
     return value
+
+
+def check_keywords(function: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Check the names of further keyword arguments.
+
+    Args:
+        function: the function's name, for the error message.
+        given: the names that the caller gives.
+        known: the names that the function has.
+
+    Raises:
+        TypeError: the function has no such argument, as Python says it of its own arguments.
+    """
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def set_checked(record: object, **values: object) -> None:

@@ -33,7 +33,7 @@ from .inference.text_generation import (
     last_result,
     text_options,
 )
-from .limits import check_text
+from .limits import check_keywords, check_text
 from .processing.images import ImageSource, as_images, open_image, preprocess
 from .processing.prompts import Prompts, Turn, marked_question
 from .threads import check_usable
@@ -206,6 +206,7 @@ class JanusPipeline(LoadedModel):
             ImageError: an image cannot be read.
             OptionError: a type is wrong, a number is out of range, or a stop string is empty.
         """
+        check_keywords("generate_text", sampling, SamplingArguments.__annotations__)
         stream = self.stream_text(
             prompt,
             images,
@@ -242,6 +243,7 @@ class JanusPipeline(LoadedModel):
         Returns:
             An iterator over pieces of text; the last one has the result.
         """
+        check_keywords("stream_text", sampling, SamplingArguments.__annotations__)
         check_text("prompt", prompt)
         sources = as_images(images)
         turn = marked_question(prompt, len(sources))
@@ -393,6 +395,7 @@ class JanusPipeline(LoadedModel):
             ImageError: an image cannot be read.
             OptionError: an argument has a wrong type or is out of range, or does not suit another.
         """
+        check_keywords("generate_images", further, ImageArguments.__annotations__)
         stream = self.stream_images(
             prompt,
             n=n,
@@ -432,6 +435,7 @@ class JanusPipeline(LoadedModel):
             An iterator over steps; a finished image is in the ``images`` of its last step. Steps
             that write a plan or a judgement have its next piece in ``text``.
         """
+        check_keywords("stream_images", further, ImageArguments.__annotations__)
         request = ImageRequest(**further)
         choices = {
             "cfg_weight": cfg_weight,

@@ -29,7 +29,7 @@ from .options import (
 from .outputs import output_file
 from .progress import progress_bar
 from .runner import Command, note, say
-from .schema_option import json_value, schema_option
+from .schema_option import json_value, schema_digest, schema_option
 
 if TYPE_CHECKING:
     from ..pipeline import JanusPipeline
@@ -81,7 +81,7 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
     'photos/**/*.jpg', an https address, or - for an image on stdin. To resume after a stop, run the
     same command again: it asks only about images that FILE lacks. Images that cannot be read are
     named on stderr, and the exit code is then 1. With --schema a line has the answer's value as
-    "json" in place of "text".
+    "json" in place of "text", and the schema's SHA-256.
 
     \b
     Examples:
@@ -103,7 +103,7 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
     if output is not None and output != STDOUT:
         file = output_file(output, "captions.jsonl")
         captions = JsonLines(file, "captions", keys=("path", "prompt"))
-        captioned = _captioned_images(captions, question, as_json=options["schema"] is not None)
+        captioned = _captioned_images(captions, question, options["schema"])
     # Every image on stdin has the path "-", so an earlier caption may be of another image.
     missing = [image for image in images if image == STDIN or image not in captioned]
     skipped = len(images) - len(missing)
@@ -118,15 +118,25 @@ def main(paths: tuple[str, ...], question: str, output: str | None, **options: A
         raise JanusError(f"{failed} of {len(missing)} images could not be read")
 
 
-def _captioned_images(captions: JsonLines, question: str, *, as_json: bool) -> set[str]:
+def _captioned_images(
+    captions: JsonLines, question: str, schema: dict[str, Any] | str | None
+) -> set[str]:
     """Return the paths of the images that already have a caption in the file ``captions``.
 
-    An incomplete last line is removed from the file.
+    An incomplete last line is removed from the file. Captions of earlier releases do not record
+    their schema, so they count as captions of any schema.
+
+    Args:
+        captions: the file.
+        question: the question of the captions.
+        schema: the value of --schema; None: the captions are in words.
 
     Raises:
         OutputError: the file cannot be read or written, contains anything other than captions, or
-            its captions answer another question, or not in JSON although ``as_json`` asks for it.
+            its captions answer another question, or by another schema.
     """
+    as_json = schema is not None
+    digest = None if schema is None else schema_digest(schema)
 
     def check_question(caption: Record) -> None:
         """Refuse a caption that answers another question, or in another form."""
@@ -138,6 +148,10 @@ def _captioned_images(captions: JsonLines, question: str, *, as_json: bool) -> s
         if asked != question:
             raise OutputError(
                 f"{file} answers another question, {asked!r}: name another file with --output"
+            )
+        if caption.get("schema", digest) != digest:
+            raise OutputError(
+                f"{file} has answers by another --schema: name another file with --output"
             )
 
     return {str(caption["path"]) for caption in captions.resume(check_question)}
@@ -187,13 +201,15 @@ class _Captioner:
     def _answer(self, text: str) -> Record:
         """Return the fields of an answer: its text or, with --schema, its JSON value.
 
-        If the JSON was cut, the value is None, and the text is added.
+        The digest of the schema follows the value. If the JSON was cut, the value is None, and the
+        text is added.
         """
         if "schema" not in self._arguments:
             return {"text": text}
         value = json_value(text)
         is_cut = value is None and text != "null"  # null is a complete value
-        return {"json": value} | ({"text": text} if is_cut else {})
+        cut_text = {"text": text} if is_cut else {}
+        return {"json": value, **cut_text, "schema": schema_digest(self._arguments["schema"])}
 
 
 def _caption_all(images: Sequence[str], captioner: _Captioner, captions: JsonLines | None) -> int:

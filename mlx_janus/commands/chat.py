@@ -14,6 +14,7 @@ import click
 from ..errors import ContextLengthError, JanusError
 from ..processing.file_names import names_folder
 from .arguments import EditArguments, ImageArguments, LoadArguments, TextArguments, load_pipeline
+from .editing import cfg_weight2_option
 from .line_editor import (
     QUOTES,
     Vocabulary,
@@ -30,9 +31,11 @@ from .line_editor import (
 from .options import (
     SETTINGS,
     answering_options,
+    cfg_weight_option,
     model_options,
     sampling_options,
     show_option,
+    steps_option,
     version_option,
 )
 from .outputs import make_folder
@@ -390,6 +393,9 @@ HELP = "\n".join(
 @model_options
 @sampling_options
 @answering_options
+@cfg_weight_option
+@cfg_weight2_option
+@steps_option
 @click.option("--load", "saved", metavar="FILE", help="Continue a conversation saved with /save.")
 @show_option
 @version_option
@@ -408,7 +414,9 @@ def main(**options: Any) -> None:
       python -m mlx_janus.chat --load janus.json
     """
     janus = load_pipeline(LoadArguments.from_options(options))
-    settings = {name: options.get(name) for name in SETTINGS}  # the guidances have no option
+    if options["steps"] is not None:  # no later step refuses it in a model without steps
+        janus.pathway.options({"steps": options["steps"]})
+    settings = {name: options[name] for name in SETTINGS}
     chat = Chat(janus, settings, options["system"], options["show"])
     if options["saved"] is not None:
         chat.load(shlex.quote(options["saved"]))  # ``load`` removes the quotes

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from .image_folder import PlannedImage
     from .origin import Origin
 
+cfg_weight2_option = click.option(
+    "--cfg-weight2",
+    type=SETTINGS["cfg_weight2"],
+    metavar="W",
+    help="Second guidance, to change images: how freely the result leaves the details of the "
+    "images; 0: it keeps the most.  [default: 5]",
+)
+
 editing_options = stack(
-    click.option(
-        "--cfg-weight2",
-        type=SETTINGS["cfg_weight2"],
-        metavar="W",
-        help="Second guidance, to change images: how freely the result leaves the details of the "
-        "images; 0: it keeps the most.  [default: 5]",
-    ),
+    cfg_weight2_option,
     click.option(
         "--crop/--no-crop",
         default=None,

@@ -20,8 +20,8 @@ from .image_folder import FolderLayout, check_existing, check_template, plan_ima
 from .image_writer import ImageWriter
 from .jobs import RULES, AskJob, DrawJob, Previews, read_job
 from .options import (
-    SETTINGS,
     answering_options,
+    cfg_weight_option,
     check_image_sources,
     complete_files,
     complete_folders,
@@ -30,6 +30,7 @@ from .options import (
     reasoning_options,
     sampling_options,
     show_option,
+    steps_option,
     version_option,
 )
 from .origin import Origin
@@ -140,13 +141,7 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     help="Number of images per prompt.  [default: 1]",
 )
 @best_of_options
-@click.option(
-    "--cfg-weight",
-    type=SETTINGS["cfg_weight"],
-    metavar="W",
-    help="Guidance: how strictly images follow the prompt; 1: no guidance.  "
-    "[default: the model's own, 5 for Janus and to change images, 2 for JanusFlow]",
-)
+@cfg_weight_option
 @editing_options
 @reasoning_options
 @click.option(
@@ -162,13 +157,7 @@ def _check_template(_: click.Context, __: click.Parameter, value: str | None) ->
     help="Image tokens to draft and check in one pass: changes the speed, not the image.  "
     "[default: the fastest, measured once]",
 )
-@click.option(
-    "--steps",
-    type=SETTINGS["steps"],
-    metavar="N",
-    help="Steps from noise to an image, for a model that draws by a rectified flow: more are "
-    "slower and finer.  [default: the model's own, 30 for JanusFlow]",
-)
+@steps_option
 @click.option(
     "--lookup",
     type=click.IntRange(0, MAX_LOOKUP),

@@ -60,6 +60,13 @@ _ASKING_ONLY = (
 )
 # Parameters of options that are refused with a drawing that changes no images.
 _EDITING_ONLY = ("cfg_weight2", "crop")
+# Parameters of options that are refused with a change of images. No model has both.
+_NOT_FOR_EDITING = ("plan", "reflect", "steps", "vae")
+# Parameters of options that only a rectified flow has, and of those that it does not have.
+_FLOW_ONLY = ("steps", "vae")
+_TOKENS_ONLY = ("temperature", "top_p", "plan", "reflect", "exact", "window")
+_NEUTRAL = {"top_p": 1.0, "reflect": 0}  # values that every model takes
+_SEED_TOO_HIGH = f"the last image's seed would be above {MAX_SEED}: take a smaller --seed."
 _TEXT_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".csv")
 # Options whose values --config-from takes from the image, unless the command line gives them.
 _STORED_OPTIONS = (
@@ -150,15 +157,49 @@ def _refuse_mixed_options(ctx: click.Context) -> str | None:
         return flag and f"{flag} does not go with answering: {_drawing_hint(values)}."
     flag = _first_given(ctx, _ASKING_ONLY)
     if edits(values):
-        return flag and (
-            f"{flag} does not go with changing images: leave --output out to ask about them."
-        )
+        if flag is None:
+            return _refuse_drawing_options(values)
+        return f"{flag} does not go with changing images: leave --output out to ask about them."
     if flag:
         return f"{flag} does not go with drawing: add --image FILE or --text to ask."
     flag = _first_given(ctx, _EDITING_ONLY)
     return flag and (
         f"{flag} does not go with drawing: add --image FILE and --output FILE.png to change images."
     )
+
+
+def _refuse_drawing_options(values: Mapping[str, Any]) -> str | None:
+    """Return the message that refuses an option that does not suit changing images; None: none."""
+    flag = _first_with_effect(values, _NOT_FOR_EDITING)
+    return flag and f"{flag} does not go with changing images: leave {flag} out."
+
+
+def _refuse_options_of_two_kinds(ctx: click.Context) -> str | None:
+    """Return the message that refuses a drawing with options that no model has all; None: none."""
+    if asks(ctx.params):
+        return None
+    flow_flag = _first_with_effect(ctx.params, _FLOW_ONLY)
+    tokens_flag = _first_with_effect(ctx.params, _TOKENS_ONLY)
+    if flow_flag is None or tokens_flag is None:
+        return None
+    return (
+        f"{flow_flag} is for models that draw by a rectified flow, and {tokens_flag} for those "
+        "that draw image tokens: leave one of them out."
+    )
+
+
+def _first_with_effect(values: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Return the first of some options whose value is not neutral, as a flag; None: no option."""
+    for name in names:
+        value = values[name]
+        if value is not None and value is not False and value != _NEUTRAL.get(name):
+            return _flag(name)
+    return None
+
+
+def _flag(name: str) -> str:
+    """Return the flag of click's parameter: "top_p" gives "--top-p"."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _first_given(ctx: click.Context, names: Sequence[str]) -> str | None:
@@ -169,7 +210,7 @@ def _first_given(ctx: click.Context, names: Sequence[str]) -> str | None:
     for name in names:
         is_given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if is_given and ctx.params[name] is not False:
-            return f"--{name.replace('_', '-')}"
+            return _flag(name)
     return None
 
 
@@ -238,7 +279,7 @@ RULES: tuple[Rule, ...] = (
     ),
     refuse_if(
         lambda values: _last_seed(values) > MAX_SEED,
-        f"the last image's seed would be above {MAX_SEED}: take a smaller --seed.",
+        _SEED_TOO_HIGH,
     ),
     refuse_if(
         lambda values: values["top_p"] == 0 and not asks(values),
@@ -266,6 +307,11 @@ RULES: tuple[Rule, ...] = (
         "--name and --same-seeds are for several prompts: add --prompts-file FILE.",
     ),
     *BEST_OF_RULES,
+    _refuse_options_of_two_kinds,
+    refuse_if(
+        lambda values: values["exact"] and (values["window"] or 1) > 1,
+        "--exact draws token by token: leave --window out.",
+    ),
     flag_needs("--preview-every", "--preview-dir", "name a folder"),
     refuse_if(
         lambda values: values["preview_dir"] and _many_prompts(values),
@@ -285,7 +331,8 @@ def read_job(ctx: click.Context) -> AskJob | DrawJob:
         PromptError: stdin has no prompt, or is not text.
         ImageError: the image of --config-from cannot be read, or does not store its settings.
         click.UsageError: the file of prompts has no prompt, or is not text. Or the image of
-            --config-from was made from images, and none is given.
+            --config-from was made from images, and none is given. Or an option does not suit its
+            settings.
     """
     from .inputs import read_prompt
 
@@ -329,6 +376,7 @@ def _draw_job(ctx: click.Context, prompts: tuple[str, ...]) -> DrawJob:
         values = values | _stored_values(origin, ctx)
         if not values["images"]:
             values = values | _stored_reasoning(origin, values, prompts)
+        _check_stored(origin, values)
     into_folder = file is not None or len(prompts) > 1
     output, makes_folder = _read_output(values["output"], into_folder)
     return DrawJob(
@@ -393,9 +441,33 @@ def _stored_values(origin: Origin, ctx: click.Context) -> dict[str, Any]:
     """
     values = {}
     for name in _STORED_OPTIONS:
-        if ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+        is_given = ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+        # A drawing by a rectified flow lends a change of images its guidance only.
+        is_unused = name in _NOT_FOR_EDITING and ctx.params["images"]
+        if not is_given and not is_unused:
             values[name] = getattr(origin, name)
     return values
+
+
+def _check_stored(origin: Origin, values: Mapping[str, Any]) -> None:
+    """Check that the options of the command line suit the settings of the image of --config-from.
+
+    Args:
+        origin: the image.
+        values: the values of the options, with those that are stored.
+
+    Raises:
+        click.UsageError: they do not.
+    """
+    flow_flag = _first_with_effect(values, _FLOW_ONLY)
+    tokens_flag = _first_with_effect(values, _TOKENS_ONLY)
+    if flow_flag and tokens_flag:
+        by_flow = origin.steps is not None
+        kind = "by a rectified flow" if by_flow else "as image tokens"
+        flag = tokens_flag if by_flow else flow_flag
+        raise click.UsageError(f"{origin.file} was drawn {kind}: leave {flag} out.")
+    if _last_seed(values) > MAX_SEED:
+        raise click.UsageError(_SEED_TOO_HIGH)
 
 
 def _stored_reasoning(

@@ -350,6 +350,22 @@ SETTINGS: dict[str, click.ParamType] = {
 }
 """Settings of a chat, with their allowed values. The options of the same names share them."""
 
+cfg_weight_option = click.option(
+    "--cfg-weight",
+    type=SETTINGS["cfg_weight"],
+    metavar="W",
+    help="Guidance: how strictly images follow the prompt; 1: no guidance.  "
+    "[default: the model's own, 5 for Janus and to change images, 2 for JanusFlow]",
+)
+
+steps_option = click.option(
+    "--steps",
+    type=SETTINGS["steps"],
+    metavar="N",
+    help="Steps from noise to an image, for a model that draws by a rectified flow: more are "
+    "slower and finer.  [default: the model's own, 30 for JanusFlow]",
+)
+
 sampling_options = stack(
     click.option(
         "--temperature",

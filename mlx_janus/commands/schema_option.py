@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ schema_option = click.option(
     help="Answer in JSON that matches the JSON Schema in this file; json: any JSON object. The "
     "question does not show the schema to the model.",
 )
+
+
+def schema_digest(schema: dict[str, Any] | str) -> str:
+    """Return the SHA-256 of a value of --schema, in hexadecimal; of the word "json", the word.
+
+    White space in the file does not count. The order of properties does: answers follow it.
+    """
+    if isinstance(schema, str):
+        return schema
+    return hashlib.sha256(json.dumps(schema).encode()).hexdigest()
 
 
 def json_value(text: str) -> Any:

@@ -93,10 +93,20 @@ class ImageScheduler:
 
     @property
     def waiting_requests(self) -> int:
-        """The number of requests with waiting images and no running image."""
-        # The event loop reads this while the engine's thread changes ``running``, so copy it first.
+        """The number of requests with waiting images and no running image.
+
+        Images whose prompt is being read are running, and so are those that wait to be decoded.
+        """
+        # The event loop reads this while the engine's thread changes both, so copy them first.
         running = tuple(self.running)
-        idle = [task for task in running if task.waiting_images and not task.running_jobs]
+        starting = self._starting
+        idle = [
+            task
+            for task in running
+            if task.waiting_images
+            and task.started_images == task.finished_images
+            and not (starting and starting.task is task)
+        ]
         return len(self.waiting) + len(idle)
 
     @property

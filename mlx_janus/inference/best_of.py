@@ -187,9 +187,10 @@ def _chosen(
 
     Yields:
         A step without images after each step of generating, after each image is decoded, and after
-            each image is scored; then a step with each image that is kept.
+            each image is scored; then a step with each image that is kept. The total never falls.
     """
     done = 0  # steps of earlier prompts
+    total = 0
     kept: list[GeneratedImage] = []
     for start in range(0, len(jobs), selection.drawn):
         group = jobs[start : start + selection.drawn]
@@ -198,21 +199,22 @@ def _chosen(
         stream = _candidates(janus, group, selection.wording, drawing)
         candidates: list[GeneratedImage] = []
         index = 0  # steps done for this prompt
-        total = 0  # steps of this prompt
+        expected = 0  # steps of a prompt if no image is drawn again
         try:
             for step in stream:
                 index = step.index
-                total = step.total
+                expected = expected or step.total  # the total grows when an image is drawn again
+                total = max(total, done + step.total + later * expected)
                 candidates += step.images
-                # Each later prompt is expected to take as many steps as this one.
-                yield replace(step, index=done + index, total=done + (1 + later) * total, images=())
+                yield replace(step, index=done + index, total=total, images=())
         finally:
             stream.close()
-        done += index
+        # If the last prompt took fewer steps than expected, the others count as done.
+        done = done + index if later else total
         for image in _ranked(candidates)[: selection.kept]:
             kept.append(image)
             shown = [one.image for one in kept]
-            yield ImageStep(done, done + later * total, (image,), partial(list, shown))
+            yield ImageStep(done, total, (image,), partial(list, shown))
 
 
 def _candidates(

@@ -27,7 +27,7 @@ from ..errors import (
     OutputError,
 )
 from ..files import write_atomically
-from ..limits import check_text
+from ..limits import check_keywords, check_text
 from ..processing.file_names import names_folder
 from ..processing.images import ImageSource, as_images, open_image
 from ..processing.prompts import IMAGE_MARK, Turn, marked_question
@@ -39,7 +39,7 @@ from .model_thread import ThreadStream
 from .pathways import pathway_of
 from .prefix_cache import ImageFeatureCache, PrefixCache, image_digest
 from .results import GeneratedImage, ImageStep, TextChunk, TextResult
-from .text_generation import answer_chunks, last_result, text_options
+from .text_generation import TEXT_OPTIONS, answer_chunks, last_result, text_options
 
 if TYPE_CHECKING:
     from ..decode.text import TextOptions
@@ -129,6 +129,7 @@ class Conversation:
         self, text: str, images: Sequence[ImageSource] | ImageSource = (), **options: Any
     ) -> TextResult:
         """Ask a question and return the answer; arguments as for ``stream``."""
+        check_keywords("send", options, TEXT_OPTIONS)
         return last_result(self.stream(text, images, **options))
 
     def stream(
@@ -154,6 +155,7 @@ class Conversation:
                 this call, other than by drawings. The stream raises this error when its first piece
                 is read.
         """
+        check_keywords("stream", options, TEXT_OPTIONS)
         check_text("text", text)
         given = [Picture(open_image(image)) for image in as_images(images)]
         pictures = (*self._pictures_since_question(), *given)
@@ -176,6 +178,7 @@ class Conversation:
             PromptError: the question does not fit into the context.
             OptionError: a number is out of range, or a value has the wrong type.
         """
+        check_keywords("regenerate", options, TEXT_OPTIONS)
         index = self._last_question_index()
         question, *later = self.messages[index:]
         answer = [message for message in later if message.role != "drawing"]

@@ -54,18 +54,21 @@ class FlowPathway:
         """Check latents from which images begin, in place of the noise of their seeds.
 
         Args:
-            latents: anything that NumPy reads as an array of finite floats, (n, h, w, z_channels).
+            latents: an array of NumPy or MLX, or anything that NumPy reads as an array, of finite
+                real numbers, (n, h, w, z_channels).
             n: number of images.
 
         Returns:
             The latents of each image, (h, w, z_channels), float32.
 
         Raises:
-            OptionError: the latents have another shape, or are not finite numbers.
+            OptionError: the latents have another shape, or are not finite real numbers.
         """
         shape = (n, *self._config.latent_shape)
         try:
-            values = np.array(latents, dtype=np.float32)
+            values = _as_float32(latents)
+        except OptionError:  # which is a ValueError, too
+            raise
         except (TypeError, ValueError):
             raise OptionError(f"latents must be numbers of the shape {shape}") from None
         if values.shape != shape:
@@ -123,6 +126,30 @@ class FlowPathway:
     def batch(self) -> FlowBatch:
         """Return an empty batch."""
         return FlowBatch(self._janus)
+
+
+def _as_float32(latents: Any) -> np.ndarray:
+    """Return a new float32 array with the values of latents; those out of range become infinite.
+
+    Raises:
+        OptionError: the numbers are complex.
+        TypeError, ValueError: the values are not numbers, or have no shape.
+    """
+    values = np.asarray(_without_bfloat16(latents))
+    if values.dtype.kind == "c":
+        raise OptionError(f"latents must be real numbers, got {values.dtype}")
+    if values.dtype.kind in "SU":  # NumPy would read the number in a text
+        raise TypeError
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def _without_bfloat16(latents: Any) -> Any:
+    """Return latents with float32 arrays in place of MLX's bfloat16, which NumPy cannot read."""
+    if isinstance(latents, list | tuple):
+        return [_without_bfloat16(part) for part in latents]
+    is_bfloat16 = isinstance(latents, mx.array) and latents.dtype == mx.bfloat16
+    return latents.astype(mx.float32) if is_bfloat16 else latents
 
 
 def _start(janus: LoadedModel, jobs: Sequence[ImageJob], options: FlowOptions) -> FlowDrawing:

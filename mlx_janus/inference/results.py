@@ -166,7 +166,7 @@ class ImageStep:
     """
 
     index: int  # steps done, 0 to total; it stays while a plan or a judgement is written
-    total: int
+    total: int  # it never falls; it grows when an image is drawn again
     images: tuple[GeneratedImage, ...]  # finished at this step, in seed order
     _preview: Callable[[], list[Image.Image]] = field(repr=False)
     stage: Stage = "draw"

@@ -62,6 +62,18 @@ ImageFeatures = Callable[[Stopwatch], list[mx.array]]
 """Encodes images, timed by the stopwatch; returns (positions, hidden) for each, in order."""
 
 
+TEXT_OPTIONS = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "lookup",
+    *SamplingArguments.__annotations__,
+)
+"""Names of the options of ``generate_text`` about the answer."""
+
+
 def text_options(
     max_tokens: int = 512,
     temperature: float = 0.0,

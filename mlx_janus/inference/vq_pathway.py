@@ -55,9 +55,13 @@ class VQPathway:
         """Check options given by name. An option that is None or missing takes the model's default.
 
         Raises:
-            OptionError: a value is out of range, an option is unknown, or ``exact`` is combined
-                with a window above 1.
+            OptionError: a value is out of range, an option is unknown or needs images to change, or
+                ``exact`` is combined with a window above 1.
         """
+        needs_images = set(_EDIT_OPTIONS) - set(_OPTIONS)
+        for name in sorted(needs_images):
+            if choices.get(name) is not None:
+                raise OptionError(f"{name} is for changing images: give images, or leave it out")
         return DrawOptions(**self._choose(choices, _OPTIONS))
 
     def edit_options(self, choices: Mapping[str, Any]) -> EditOptions:

@@ -125,7 +125,7 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         return read_file(source, _decoded_rgb)
     if _is_array(source):
-        return open_image(_from_array(np.asarray(source)))
+        return open_image(_from_array(_as_array(source)))
     if hasattr(source, "read"):
         return decode_image(_read_open_file(source), "the image in the open file")
     raise OptionError(
@@ -139,6 +139,19 @@ def _is_array(source: object) -> bool:
     return hasattr(source, "shape") and hasattr(source, "dtype")
 
 
+def _as_array(source: Any) -> npt.NDArray[Any]:
+    """Return an array of another library as NumPy's.
+
+    Raises:
+        ImageError: NumPy has no such type, such as bfloat16, or cannot read the array.
+    """
+    try:
+        return np.asarray(source)
+    except (TypeError, ValueError, RuntimeError):
+        kind = str(source.dtype).rpartition(".")[2]  # without the name of the library
+        raise _wrong_array(tuple(source.shape), kind) from None
+
+
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     """Convert an (H, W, 3) or (H, W, 4) array of uint8 to a PIL image.
 
@@ -148,12 +161,17 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     shape = array.shape
     is_image = len(shape) == 3 and shape[2] in (3, 4) and 0 not in shape
     if array.dtype != np.uint8 or not is_image:
-        sizes = "x".join(map(str, shape))  # of all axes
-        raise ImageError(
-            "an array must be (H, W, 3) or (H, W, 4) of uint8, one for each image, "
-            f"got {sizes} of {array.dtype}"
-        )
+        raise _wrong_array(shape, str(array.dtype))
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _wrong_array(shape: Sequence[int], kind: str) -> ImageError:
+    """Return the error about an array that is no image; ``kind`` is the type of its numbers."""
+    sizes = "x".join(map(str, shape))  # of all axes
+    return ImageError(
+        "an array must be (H, W, 3) or (H, W, 4) of uint8, one for each image, "
+        f"got {sizes} of {kind}"
+    )
 
 
 def _read_open_file(file: Any) -> bytes:

@@ -257,3 +257,32 @@ def test_answers_in_json_are_values_of_the_lines(model: Path) -> None:
     cut = lines(ask(model, NAMES[0], "--schema", "schema.json", "--max-tokens", 2).stdout)[0]
     assert (cut["json"], cut["finish_reason"]) == (None, "length")
     assert cut["text"].startswith("[")
+
+
+def test_answers_by_another_schema_are_refused(model: Path) -> None:
+    schema: dict[str, Any] = {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 1}
+    Path("schema.json").write_text(json.dumps(schema))
+    Path("spaced.json").write_text(json.dumps(schema, indent=4))
+    Path("other.json").write_text(json.dumps(schema | {"minItems": 1}))
+    arguments = ["photos", "-o", "out.jsonl", "--max-tokens", 20, "--schema"]
+    assert ask(model, *arguments, "schema.json").code == 0
+    written = Path("out.jsonl").read_text()
+    for other in ("other.json", "json"):
+        line = error_line(call(caption.main, "-m", "no/such/model", *arguments, other))
+        assert "out.jsonl has answers by another --schema: name another file" in line
+        assert Path("out.jsonl").read_text() == written
+    assert "3 of 3 images" in ask(model, *arguments, "spaced.json").stderr
+
+    old = lines(written)  # as earlier releases wrote them
+    for line in old:
+        del line["schema"]
+    Path("out.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in old))
+    assert "3 of 3 images" in ask(model, *arguments, "other.json").stderr
+
+
+def test_answers_of_any_object_record_it(model: Path) -> None:
+    arguments = [NAMES[0], "-o", "out.jsonl", "--schema"]
+    assert ask(model, *arguments, "json", "--max-tokens", 8).code == 0
+    assert lines(Path("out.jsonl").read_text())[0]["schema"] == "json"
+    Path("object.json").write_text('{"type": "object"}')
+    assert "by another --schema" in error_line(ask(model, *arguments, "object.json"))

@@ -84,6 +84,24 @@ def test_a_chat_draws_with_the_options_that_the_model_has(
     assert mlx_janus.load(flow_folder).generate_images("a fox", seed=3, steps=2)
 
 
+def test_a_chat_takes_the_options_of_drawing(
+    flow_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--steps", 2, "--cfg-weight", 1.5, "--cfg-weight2", 4, "--seed", 3)
+    lines = "/draw a fox\n/set\n/set steps default\n/set\n"
+    done = call(chat.main, "-m", flow_folder, *flags, stdin=lines)
+    assert done.code == 0, done.stderr
+    with Image.open("janus.png") as image:
+        stored = image.text  # type: ignore[attr-defined]
+    assert (stored["steps"], stored["cfg_weight"], stored["seed"]) == ("2", "1.5", "3")
+    for line in ("steps 2", "cfg_weight 1.5", "cfg_weight2 4.0", "steps default"):
+        assert line in done.stderr.splitlines()
+    assert call(chat.main, "-m", flow_folder, "--steps", 0).code == 2
+    line = error_line(call(chat.main, "--steps", 3, stdin="/draw a circle\n"))
+    assert "steps is no option of a model that draws image tokens" in line
+
+
 def test_a_chat_asks_about_images_and_says_that_it_changes_none(
     flow_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

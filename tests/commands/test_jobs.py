@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlx_janus.commands.arguments import (
     TextArguments,
 )
 from mlx_janus.commands.jobs import AskJob, DrawJob, Origin, Previews
+from mlx_janus.errors import JanusError
 from mlx_janus.processing.saved_images import save_image
 from tests.support.programs import call
 
@@ -264,3 +266,133 @@ def test_prompts_of_a_file_prevail_over_the_images(jobs: list[Any], drawn: str) 
     Path("prompts.txt").write_text("an owl\n")
     name, job = job_of(jobs, "--config-from", drawn, "--prompts-file", "prompts.txt")
     assert (name, job.prompts, job.arguments.seed) == ("draw_into_folder", ("an owl",), 6)
+
+
+DRAWING_FLAGS: tuple[tuple[object, ...], ...] = (
+    ("-n", 2),
+    ("--best-of", 3),
+    ("--cfg-weight", 2),
+    ("--cfg-weight2", 2),
+    ("--crop",),
+    ("--plan",),
+    ("--no-plan",),
+    ("--reflect", 0),
+    ("--reflect", 1),
+    ("--exact",),
+    ("--window", 1),
+    ("--window", 2),
+    ("--steps", 2),
+    ("--vae", "vae"),
+    ("--temperature", 0.5),
+    ("--top-p", 0),
+    ("--top-p", 0.5),
+    ("--seed", 2**63 - 1),
+)
+
+
+@pytest.mark.parametrize("task", [(), ("-i", "a.png", "-o", "b.png")], ids=["draw", "change"])
+def test_no_pair_of_options_fails_only_after_loading(
+    jobs: list[Any], pro: Any, flow: Any, task: tuple[str, ...]
+) -> None:
+    """A drawing with two options is refused at once, or some model takes both of them."""
+    picture = Image.new("RGB", (8, 8))
+    refused = 0
+    for first, second in combinations(DRAWING_FLAGS, 2):
+        if first[0] == second[0]:
+            continue
+        done = call(generate.main, "-p", "a fox", *task, *first, *second)
+        if done.code == 2:
+            refused += 1
+            continue
+        assert done.code == 0
+        _, job = jobs.pop()
+        # A model of image tokens has no autoencoder to convert with it.
+        models = [flow] if job.load.vae else [pro, flow]
+        assert any(takes(janus, job, picture) for janus in models), (first, second)
+    assert 10 < refused < 140
+
+
+def takes(janus: Any, job: DrawJob, picture: Image.Image) -> bool:
+    """Return whether a model takes the options of a job; nothing is drawn."""
+    images = [picture] if job.images else []
+    try:
+        janus.stream_images(job.prompts, images=images, **job.keywords).close()
+    except JanusError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("-i a.png -o b.png --plan", "--plan does not go with changing images"),
+        ("-i a.png -o b.png --reflect 1", "--reflect does not go with changing images"),
+        ("-i a.png -o b.png --steps 3", "--steps does not go with changing images"),
+        ("-i a.png -o b.png --vae vae", "--vae does not go with changing images"),
+        ("--exact --window 2", "--exact draws token by token: leave --window out"),
+        ("--steps 3 --temperature 1", "and --temperature for those that draw image tokens"),
+        ("--vae vae --plan", "--vae is for models that draw by a rectified flow, and --plan"),
+    ],
+)
+def test_options_that_suit_no_model_are_refused(jobs: list[Any], words: str, said: str) -> None:
+    done = call(generate.main, "-p", "a fox", *words.split())
+    assert done.code == 2
+    assert said in " ".join(done.stderr.split())
+    assert jobs == []
+
+
+def test_neutral_values_suit_every_task(jobs: list[Any]) -> None:
+    """Scripts may always pass them."""
+    neutral = ("--no-plan", "--reflect", 0, "--top-p", 1)
+    assert job_of(jobs, "-p", "a fox", "-i", "a.png", "-o", "b.png", *neutral)[0] == "draw"
+    assert job_of(jobs, "-p", "a fox", "--steps", 3, *neutral)[0] == "draw"
+    assert job_of(jobs, "-p", "a fox", "--exact", "--window", 1)[0] == "draw"
+
+
+def test_options_must_suit_the_settings_of_the_image(jobs: list[Any], drawn: str) -> None:
+    unsampled = {name: SETTINGS[name] for name in SETTINGS if name not in ("temperature", "top_p")}
+    flow_drawn = str(save_image(Image.new("RGB", (8, 8)), "f.png", unsampled | {"steps": "3"}))
+    for file, flags, said in (
+        (drawn, ("--steps", 3), "a.png was drawn as image tokens: leave --steps out"),
+        (flow_drawn, ("--plan",), "f.png was drawn by a rectified flow: leave --plan out"),
+        (flow_drawn, ("--top-p", 0.5), "f.png was drawn by a rectified flow: leave --top-p out"),
+    ):
+        done = call(generate.main, "--config-from", file, *flags)
+        assert done.code == 2
+        assert said in " ".join(done.stderr.split())
+    assert job_of(jobs, "--config-from", flow_drawn)[1].arguments.steps == 3
+    _, change = job_of(jobs, "--config-from", flow_drawn, "-i", "b.png", "-o", "c.png")
+    assert (change.arguments.steps, change.arguments.cfg_weight) == (None, 3.5)
+    last = SETTINGS | {"seed": str(2**63 - 1)}
+    file = str(save_image(Image.new("RGB", (8, 8)), "l.png", last))
+    done = call(generate.main, "--config-from", file, "-n", 2)
+    assert (done.code, "take a smaller --seed" in done.stderr) == (2, True)
+
+
+ASKING_FLAGS: tuple[tuple[object, ...], ...] = (
+    ("--max-tokens", 2),
+    ("--system", ""),
+    ("--lookup", 0),
+    ("--lookup", 2),
+    ("--schema", "json"),
+    ("--top-k", 1),
+    ("--min-p", 0.1),
+    ("--frequency-penalty", 1),
+    ("--repetition-penalty", 2),
+    ("--temperature", 0.5),
+    ("--top-p", 0),
+    ("--seed", 2**63 - 1),
+)
+
+
+def test_no_pair_of_options_of_a_question_fails_only_after_loading(
+    jobs: list[Any], pro: Any
+) -> None:
+    for first, second in combinations(ASKING_FLAGS, 2):
+        if first[0] == second[0]:
+            continue
+        done = call(generate.main, "-p", "What is red?", "--text", *first, *second)
+        if done.code != 2:
+            assert done.code == 0
+            _, job = jobs.pop()
+            pro.stream_text(job.prompt, **job.arguments.keywords()).close()

@@ -27,7 +27,7 @@ from mlx_janus.engine.messages import (
     Partial,
     Piece,
 )
-from mlx_janus.engine.tickets import Ticket
+from mlx_janus.engine.tickets import Counts, Ticket
 from mlx_janus.inference.vq_pathway import TokenCanvas, VQPathway
 from mlx_janus.models.janus import JanusModel
 from mlx_janus.pipeline import JanusPipeline
@@ -233,6 +233,32 @@ def test_requests_of_many_pictures_wait_like_others(monkeypatch: pytest.MonkeyPa
             task.cancel()
 
     served(work, max_waiting=2)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "drawing"),
+    [
+        (DrawingBatch, "start", 2),  # the prompt is being read for the first two pictures
+        (TokenCanvas, "finish", 1),  # both are complete: one is being decoded, one waits for it
+    ],
+)
+def test_a_request_does_not_run_and_wait_at_once(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, drawing: int
+) -> None:
+    monkeypatch.setattr(image_queue, "MAX_RUNNING_IMAGES", 2)
+    seen: list[Counts] = []
+    real = getattr(owner, method)
+
+    async def work(engine: Engine) -> None:
+        def watching(*arguments: Any) -> Any:
+            seen.append(engine.counts)
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, method, watching)
+        await events(engine.submit(draw("a star", 1, n=3)))
+
+    served(work)
+    assert seen[0] == Counts(waiting=0, drawing=drawing)
 
 
 def test_pictures_wait_for_memory(janus: JanusPipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from PIL import Image
 
 import mlx_janus
+from mlx_janus.decode.text_options import SamplingArguments
 from mlx_janus.errors import ImageError, OptionError
+from mlx_janus.inference.text_generation import TEXT_OPTIONS, text_options
 from mlx_janus.processing.images import open_image
 from tests.support.golden import FIXTURES
 
@@ -76,6 +79,7 @@ def test_a_question_about_an_array_or_an_open_file(
         (np.zeros((4, 4, 3), np.float32), "of float32"),
         (np.zeros((0, 4, 3), np.uint8), "got 0x4x3"),
         (mx.zeros((4, 4, 3)), "of float32"),
+        (mx.zeros((4, 4, 3), mx.bfloat16), "got 4x4x3 of bfloat16"),
     ],
 )
 def test_other_arrays_are_refused(array: Any, words: str) -> None:
@@ -188,3 +192,31 @@ def test_images_show_themselves_in_notebooks(pro: Janus) -> None:
     with Image.open(io.BytesIO(image._repr_png_())) as shown:
         assert shown.size == (side, side)
         assert shown.text["seed"] == "3"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["foo", "grammar"])
+def test_an_unknown_keyword_is_named_with_the_function(pro: Janus, name: str) -> None:
+    talk = pro.conversation()
+    talk.send("What is it?", PICTURE, max_tokens=1)
+    choice: dict[str, Any] = {name: 1}
+    functions = (
+        pro.generate_text,
+        pro.stream_text,
+        pro.generate_images,
+        pro.stream_images,
+        talk.send,
+        talk.stream,
+    )
+    for function in functions:
+        with pytest.raises(TypeError) as refused:
+            function("x", **choice)
+        message = f"{function.__name__}() got an unexpected keyword argument {name!r}"
+        assert str(refused.value) == message
+    with pytest.raises(TypeError, match=rf"^regenerate\(\) got an unexpected .* '{name}'$"):
+        talk.regenerate(**choice)
+
+
+def test_all_options_of_an_answer_are_known() -> None:
+    """Of a conversation too, which takes them as keywords."""
+    named = {*inspect.signature(text_options).parameters} - {"sampling"}
+    assert {*TEXT_OPTIONS} == named | {*SamplingArguments.__annotations__}

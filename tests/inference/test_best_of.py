@@ -6,12 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mlx_janus
 from mlx_janus.errors import JanusError, OptionError, PromptError
 from mlx_janus.inference import best_of
-from mlx_janus.inference.best_of import DEFAULT_WORDING, WORDINGS, Wording, score_images
-from mlx_janus.inference.results import GeneratedImage, read_settings
+from mlx_janus.inference.best_of import (
+    DEFAULT_WORDING,
+    WORDINGS,
+    Selection,
+    Wording,
+    best_of_steps,
+    score_images,
+)
+from mlx_janus.inference.image_generation import image_jobs
+from mlx_janus.inference.results import GeneratedImage, ImageStep, read_settings
 from mlx_janus.worlds.shapes import Scene, Thing, render
 
 PROMPT = "a red circle"
@@ -101,6 +110,42 @@ def test_steps_count_up_to_the_total_and_previews_show_what_is_drawn(tiny: Any) 
     assert [len(step.images) for step in steps].count(1) == 2
     assert len(drawing[0].preview()) == 2  # both candidates
     assert [len(step.preview()) for step in steps if step.images] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("counts", "totals"),
+    [
+        ([(4, 8), (4, 4)], [16, 20, 20]),  # only the first prompt is drawn again
+        ([(4, 4), (4, 8)], [16, 16, 20]),  # only the second
+        ([(8, 8), (4, 4)], [24, 24, 24]),  # the second takes fewer steps than expected
+    ],
+)
+def test_the_total_never_falls(
+    tiny: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    counts: list[tuple[int, int]],
+    totals: list[int],
+) -> None:
+    """Counts are the steps of drawing each prompt, as its first and its last step have them."""
+    monkeypatch.setattr(best_of, "score_images", lambda *_: iter([0.0, 1.0]))
+    prompts = iter(counts)
+
+    def draw(jobs: Any, *, reset_peak: bool) -> Any:
+        first, last = next(prompts)
+        yield ImageStep(1, first, (), list)
+        canvas = Image.new("RGB", (8, 8))
+        for job in jobs:
+            image = GeneratedImage(canvas, None, job.seed, job.prompt, {})
+            yield ImageStep(last, last, (image,), list)
+
+    jobs = image_jobs(tiny, ["a star", PROMPT], 2, 1, {})
+    steps = list(best_of_steps(tiny, jobs, Selection(drawn=2, kept=1), draw))
+    seen = [step.total for step in steps]
+    assert seen == sorted(seen)
+    assert [seen[0], seen[6], seen[-1]] == totals
+    indices = [step.index for step in steps]
+    assert indices == sorted(indices)
+    assert indices[-1] == totals[-1]
 
 
 def test_closing_ends_the_drawing_and_the_scoring(

@@ -164,6 +164,37 @@ def test_options_of_a_flow_are_refused_by_name(pro: Any, choice: dict[str, Any])
         pro.generate_images("a fox", **choice)
 
 
+def test_an_option_of_changing_images_asks_for_images(pro: Any) -> None:
+    for draw in (pro.generate_images, pro.conversation().draw):
+        with pytest.raises(OptionError, match="cfg_weight2 is for changing images: give images"):
+            draw("a fox", cfg_weight2=3)
+
+
+FLOATS = [mx.bfloat16, mx.float16, mx.float32, np.float16, np.float32, np.float64, np.longdouble]
+
+
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
+def test_latents_of_every_float_type_are_taken(flow: Any, kind: Any) -> None:
+    given = noise()[:1]
+    latents = mx.array(given).astype(kind) if isinstance(kind, mx.Dtype) else given.astype(kind)
+    (expected,) = flow.pathway.starts(given, 1)
+    for form in (latents, list(latents)):
+        (start,) = flow.pathway.starts(form, 1)
+        assert start.dtype == np.float32
+        assert rms_error(start, expected) < 4e-3  # bfloat16 has 8 bits
+    with mx.stream(mx.cpu):  # the only device with float64
+        (start,) = flow.pathway.starts(mx.array(given).astype(mx.float64), 1)
+    assert np.array_equal(start, expected)
+
+
+@pytest.mark.parametrize(
+    "latents", [noise()[:1] * 1j, mx.array(noise()[:1]).astype(mx.complex64), [[[[1j]]]]]
+)
+def test_complex_latents_are_refused(flow: Any, latents: Any) -> None:
+    with pytest.raises(OptionError, match="latents must be real numbers, got complex"):
+        flow.generate_images("a fox", latents=latents)
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
@@ -173,6 +204,9 @@ def test_options_of_a_flow_are_refused_by_name(pro: Any, choice: dict[str, Any])
         ({"latents": noise()}, r"shape \(1, 8, 8, 4\), got \(2, 8, 8, 4\)"),
         ({"latents": noise().transpose(0, 3, 1, 2)[:1]}, r"got \(1, 4, 8, 8\)"),
         ({"latents": "noise"}, "latents must be numbers"),
+        ({"latents": noise()[:1].astype(str)}, "latents must be numbers"),
+        ({"latents": [[1.0], [2.0, 3.0]]}, "latents must be numbers"),
+        ({"latents": np.full((1, 8, 8, 4), 1e300)}, "latents must be finite"),
         ({"latents": np.full((1, 8, 8, 4), np.nan)}, "latents must be finite"),
         ({"images": [picture(0)]}, "from prompts only: leave images out"),
         ({"plan": True}, "cannot draw by a plan, as models that draw image tokens can"),
