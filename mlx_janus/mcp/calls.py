@@ -45,9 +45,8 @@ from .tools import (
 
 _Tool = Callable[[Engine, ProgressReporter], Awaitable[list[ContentBlock]]]
 
-_SAMPLING = ("cfg_weight", "temperature")
+_SAMPLING = ("cfg_weight", "temperature", "steps")
 _MAX_RESULT = 1_000_000  # characters of base64; Claude Desktop refuses results above 1 MB
-_GENERATE_SAMPLING = (*_SAMPLING, "steps")
 _EDIT_SAMPLING = (*_SAMPLING, "cfg_weight2")
 
 
@@ -101,7 +100,7 @@ class ToolCalls:
         self, arguments: GenerateArguments, engine: Engine, progress: ProgressReporter
     ) -> list[ContentBlock]:
         """Draw images from a prompt."""
-        sampling = {name: getattr(arguments, name) for name in _GENERATE_SAMPLING}
+        sampling = {name: getattr(arguments, name) for name in _SAMPLING}
         options = engine.pathway.options(sampling)  # a None takes the model's default
         return await self._draw(engine, _drawing_request(arguments, options, progress), progress)
 

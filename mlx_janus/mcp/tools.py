@@ -66,6 +66,11 @@ class _DrawingArguments(_Arguments):
         description="Sampling temperature: lower values give plainer images. Models that draw by a "
         "rectified flow have none. Default: the model's own.",
     )
+    steps: _Steps | _Missing = Field(
+        default=None,
+        description="Steps from noise to an image, for models that draw by a rectified flow: more "
+        "are slower and finer. Other models have none. Default: the model's own.",
+    )
 
 
 class GenerateArguments(_DrawingArguments):
@@ -73,11 +78,6 @@ class GenerateArguments(_DrawingArguments):
 
     prompt: _Text = Field(
         description="Description of the image: subject, surroundings, style and light."
-    )
-    steps: _Steps | _Missing = Field(
-        default=None,
-        description="Steps from noise to an image, for models that draw by a rectified flow: more "
-        "are slower and finer. Other models have none. Default: the model's own.",
     )
 
 
