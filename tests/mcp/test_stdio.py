@@ -72,9 +72,10 @@ def test_the_tools_over_stdio(server: Connection, log: Path) -> None:
     server.cancel_a_call(GENERATE, prompt="a red circle", n=4)
     assert not server.call(GENERATE, prompt="a star").is_error
     assert "does not exist" in error_text(server.call(ASK, image="/no/file", question="?"))
-    note, ready = log.read_text(encoding="utf-8").splitlines()
+    note, ready, untrained = log.read_text(encoding="utf-8").splitlines()
     assert note.startswith("No model is named: this is Janus-Tiny")
     assert ready == "janus-tiny is ready"
+    assert untrained.startswith("janus-tiny was not trained to change images")
 
 
 def test_only_the_protocol_is_on_stdout_and_sigterm_ends_it() -> None:
