@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 import mlx_janus
 from mlx_janus.commands import chat, evaluate
-from mlx_janus.evaluation import shapes
+from mlx_janus.evaluation import shapes, sizes
 from mlx_janus.evaluation.answers import measure_attributes, measure_existence
 from mlx_janus.evaluation.codec import measure_codec
 from mlx_janus.evaluation.drawing import drawing_prompts
@@ -205,7 +205,7 @@ def test_evaluate_prints_tables_and_writes_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = functools.partial(Sizes, drawn=1, reconstructed=20)  # which are no options
-    monkeypatch.setattr(shapes, "Sizes", small)
+    monkeypatch.setattr(sizes, "Sizes", small)
     output = tmp_path / "scores.json"
     done = call(evaluate.main, "shapes", "--pictures", "2", "--prompts", "1", "--output", output)
     assert done.code == 0, done.stderr
