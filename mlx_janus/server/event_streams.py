@@ -133,20 +133,12 @@ async def complete_unless_left(
     Raises:
         APIError: the request fails, or the client leaves.
     """
-    working = asyncio.create_task(work)
-    disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise client_left()
-        return working.result()
+        return await unless_client_leaves(work, request)
     except JanusError as error:
         raise to_api_error(error, param) from None
     finally:
         ticket.cancel()  # does nothing to a request that has ended
-        working.cancel()
-        disconnect.cancel()
-        await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
 async def _wait_for_disconnect(request: HTTPRequest) -> None:

@@ -18,13 +18,13 @@ pytest.importorskip("playwright", reason="the page's tests need playwright")
 
 # isort: split
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from mlx_janus.engine.messages import AnswerRequest, DrawingRequest, Request
 from mlx_janus.errors import PromptError
 from mlx_janus.processing.saved_images import read_metadata
 from mlx_janus.weights.published import read_published_sizes
-from tests.support.browser import Visits, find_browser, hand_over, launched
+from tests.support.browser import Visits, find_browser, hand_over
 from tests.support.fake_engine import FakeEngine, FakeTicket
 from tests.support.golden import FIXTURES
 from tests.support.serving import served, started, wait_until
@@ -35,21 +35,6 @@ pytestmark = pytest.mark.skipif(
 )
 Open = Callable[..., Page]
 _REPLIED = "the server responded with a status of"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visits(browser: Browser) -> Iterator[Visits]:
-    """Pages, none of which may complain or ask another server."""
-    visits = Visits(browser)
-    yield visits
-    visits.close()
-    assert visits.complaints == []
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +12,12 @@ import mlx_janus
 pytest.importorskip("playwright", reason="the page's tests need playwright")
 
 # isort: split
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from mlx_janus.engine.engine import Engine
 from mlx_janus.engine.pool import EnginePool, ModelSource, PooledModel
 from mlx_janus.pipeline import JanusPipeline
-from tests.support.browser import Visits, find_browser, launched
+from tests.support.browser import Visits, find_browser
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import served
 
@@ -46,20 +45,6 @@ class FakePool(EnginePool):
 
 def _not_needed() -> JanusPipeline:
     raise AssertionError("an engine that pretends is not loaded")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visits(browser: Browser) -> Iterator[Visits]:
-    visits = Visits(browser)
-    yield visits
-    visits.close()
-    assert visits.complaints == []
 
 
 @pytest.fixture
