@@ -41,7 +41,7 @@ def train_tiny(
 
     Args:
         output: folder that gets ``checkpoints/``, ``log.jsonl`` and ``model/``.
-        recipe: steps, batches, learning rates and seed; None for the recipe of the packaged model.
+        recipe: steps, batches, learning rates and seed; None: ``TinyRecipe()``.
         every: least number of seconds between two checkpoints of a stage.
         report: called after every step, in the first process only.
 
